@@ -76,6 +76,13 @@ pub trait PanelSimd: Copy {
     /// The same for signed w in -127..=127 and x in -127..=127 plus [`PanelSimd::X_BIAS`]; the sum includes
     /// `X_BIAS * (w[0] + w[1] + w[2] + w[3])`, which callers subtract.
     fn dot_biased(self, acc: Self::Ints, w: Self::Bytes, x: [u8; 4]) -> Self::Ints;
+    /// The same for several x with one w.
+    fn dot_biased_each<const N: usize>(
+        self,
+        acc: [Self::Ints; N],
+        w: Self::Bytes,
+        x: [[u8; 4]; N],
+    ) -> [Self::Ints; N];
     /// `acc + w[0] * x[0] + w[1] * x[1]`, of i16.
     fn dot_pairs(self, acc: Self::Ints, w: Self::Ints, x: [u8; 4]) -> Self::Ints;
     /// acc + a * b, wrapping
@@ -272,6 +279,19 @@ impl<I: Isa> PanelSimd for Panel8<I> {
     #[inline(always)]
     fn dot_biased(self, acc: I::Ints, w: I::Bytes, x: [u8; 4]) -> I::Ints {
         self.dot_signed(acc, w, x)
+    }
+    #[inline(always)]
+    fn dot_biased_each<const N: usize>(
+        self,
+        acc: [I::Ints; N],
+        w: I::Bytes,
+        x: [[u8; 4]; N],
+    ) -> [I::Ints; N] {
+        let mut sums = acc;
+        for n in 0..N {
+            sums[n] = self.dot_biased(sums[n], w, x[n]);
+        }
+        sums
     }
     #[inline(always)]
     fn dot_pairs(self, acc: I::Ints, w: I::Ints, x: [u8; 4]) -> I::Ints {

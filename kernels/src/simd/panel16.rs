@@ -195,6 +195,10 @@ impl PanelSimd for Panel16 {
         unsafe { _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(i32::from_le_bytes(x)), w) }
     }
     #[inline(always)]
+    fn dot_biased_each<const N: usize>(self, acc: [__m512i; N], w: __m512i, x: [[u8; 4]; N]) -> [__m512i; N] {
+        std::array::from_fn(|n| self.dot_biased(acc[n], w, x[n]))
+    }
+    #[inline(always)]
     fn dot_pairs(self, acc: __m512i, w: __m512i, x: [u8; 4]) -> __m512i {
         // SAFETY: the token proves AVX-512 F and VNNI.
         unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(i32::from_le_bytes(x))) }

@@ -29,6 +29,8 @@ use std::ops::Range;
 
 /// Queries per step of the lanes: buffers hold a multiple of it.
 const LANES: usize = 16;
+/// Queries whose quantized weights are neighbours.
+const EIGHT: usize = 8;
 /// Groups of rows in a part.
 const GROUPS: usize = SEGMENT / BLOCK;
 /// Four rows of values, whose bytes are interleaved.
@@ -170,10 +172,16 @@ impl Kernel for Int8Scores<'_> {
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
         let (mr, lanes) = (I::Panel::MR, self.queries.lanes());
+        if !I::MANY_REGISTERS {
+            for lane in (0..lanes).step_by(mr) {
+                score_panel(isa, &mut self, lane);
+            }
+            return;
+        }
         for b in 0..self.queries.blocks {
             let mut lane = 0;
             while lane < lanes {
-                if I::MANY_REGISTERS && lanes - lane >= 2 * mr {
+                if lanes - lane >= 2 * mr {
                     score_block::<I, 2>(isa, &mut self, b, lane);
                     lane += 2 * mr;
                 } else {
@@ -182,6 +190,58 @@ impl Kernel for Int8Scores<'_> {
                 }
             }
         }
+    }
+}
+
+/// The number of steps of a loop, hidden from the compiler where there are only sixteen registers. It unrolls a loop of known
+/// length, adds all steps of one sum before those of the next, and spills the operands that the sums share.
+#[inline(always)]
+fn rolled<I: Isa>(steps: usize) -> usize {
+    if I::MANY_REGISTERS { steps } else { std::hint::black_box(steps) }
+}
+
+/// Rows of a tile whose sums of all blocks stay in registers where there are only sixteen.
+const TILE_ROWS: usize = 4;
+
+/// The scores of a panel of queries.
+#[inline(always)]
+fn score_panel<I: Isa>(isa: I, s: &mut Int8Scores<'_>, lane: usize) {
+    let (lanes, blocks) = (s.queries.lanes(), s.queries.blocks);
+    let groups = s.scores.chunks_mut(BLOCK * lanes).zip(s.keys.bytes.chunks_exact(blocks));
+    for ((scores, keys), scales) in groups.zip(s.keys.scales.chunks_exact(blocks)) {
+        for (i, scores) in scores.chunks_mut(TILE_ROWS * lanes).enumerate() {
+            score_tile(isa, s.queries, (keys, scales, i * TILE_ROWS), (scores, lane));
+        }
+    }
+}
+
+/// The scores of a panel with [`TILE_ROWS`] rows of a group, of which those that have scores are written.
+#[inline(always)]
+fn score_tile<I: Isa>(
+    isa: I,
+    queries: QueryPanels<'_>,
+    (keys, key_scales, first): (&[[[u8; 32]; BLOCK]], &[[f32; BLOCK]], usize),
+    (scores, lane): (&mut [f32], usize),
+) {
+    let (p, mr, lanes) = (isa.panel(), I::Panel::MR, queries.lanes());
+    let mut sums = [p.splat(0.0); TILE_ROWS];
+    for (b, (keys, key_scales)) in keys.iter().zip(key_scales).enumerate() {
+        let at = b * lanes + lane;
+        let keys: &[[u8; 32]; TILE_ROWS] =
+            keys[first..].first_chunk().expect("a multiple of the tile's rows");
+        let keys = keys.each_ref().map(|key| key.as_chunks::<4>().0);
+        let mut ints = [load_ints(p, &queries.starts[at..at + mr]); TILE_ROWS];
+        let words = queries.words[32 * at..32 * (at + mr)].chunks_exact(4 * mr);
+        for (k, quants) in words.take(rolled::<I>(8)).enumerate() {
+            ints = p.dot_biased_each(ints, load_bytes(p, quants), keys.map(|key| key[k]));
+        }
+        let scale = load(p, &queries.scales[at..at + mr]);
+        for r in 0..TILE_ROWS {
+            sums[r] = p.fma(p.floats(ints[r]), p.mul(scale, p.splat(key_scales[first + r])), sums[r]);
+        }
+    }
+    for (scores, sums) in scores.chunks_exact_mut(lanes).zip(sums) {
+        store(p, sums, &mut scores[lane..lane + mr]);
     }
 }
 
@@ -366,7 +426,7 @@ struct WeightedSums<'a> {
     /// Weights scaled to `MAX_WEIGHT`, in the order `[rows][lanes]`.
     weights: &'a [f32],
     units: &'a [f32],
-    /// Quantized weights of a block, four rows per word: `[fours][lanes]`.
+    /// Quantized weights of a block, four rows per word: `[lanes / EIGHT][fours][EIGHT]`.
     quants: &'a mut [u32],
     lanes: usize,
     acc: &'a mut [f32],
@@ -393,19 +453,26 @@ impl Kernel for WeightedSums<'_> {
 /// The sums of `N * LANES` lanes.
 #[inline(always)]
 fn weighted_sums<I: Isa, const N: usize>(isa: I, s: &mut WeightedSums<'_>) {
-    let queries = s.acc.len() / s.dim;
     for b in 0..s.dim / 32 {
         quantize_weights::<I, N>(s, b);
-        for column in (0..32).step_by(2 * I::Panel::MR) {
-            if I::MANY_REGISTERS {
-                for i in (0..queries).step_by(4) {
-                    sum_tile::<I, N, 4>(isa, s, b, (i, column));
-                }
-            } else {
-                for i in (0..queries).step_by(2) {
-                    sum_tile::<I, N, 2>(isa, s, b, (i, column));
-                }
-            }
+        if I::MANY_REGISTERS {
+            sum_block::<I, N, 4, 2>(isa, s, b);
+        } else {
+            sum_block::<I, N, EIGHT, 1>(isa, s, b);
+        }
+    }
+}
+
+/// Adds block b in tiles of `Q` queries and `C` panels of columns.
+#[inline(always)]
+fn sum_block<I: Isa, const N: usize, const Q: usize, const C: usize>(
+    isa: I,
+    s: &mut WeightedSums<'_>,
+    b: usize,
+) {
+    for column in (0..32).step_by(C * I::Panel::MR) {
+        for i in (0..s.acc.len() / s.dim).step_by(Q) {
+            sum_tile::<I, N, Q, C>(isa, s, b, (i, column));
         }
     }
 }
@@ -415,16 +482,20 @@ fn weighted_sums<I: Isa, const N: usize>(isa: I, s: &mut WeightedSums<'_>) {
 fn quantize_weights<I: Isa, const N: usize>(s: &mut WeightedSums<'_>, b: usize) {
     let round = ROUND + (I::Panel::X_BIAS as f32 - 127.0);
     let scales = s.values.scales[b * SEGMENT..].as_chunks::<4>().0;
-    let fours = in_lanes::<_, N>(s.weights).as_chunks::<4>().0.iter().zip(scales);
-    for (out, (weights, d)) in in_lanes_mut::<_, N>(s.quants).iter_mut().zip(fours) {
-        for n in 0..N {
+    let fours = in_lanes::<_, N>(s.weights).as_chunks::<4>().0;
+    let out = s.quants.as_chunks_mut::<EIGHT>().0;
+    for (n, out) in out.chunks_exact_mut(LANES / EIGHT * fours.len()).enumerate() {
+        let (low, high) = out.split_at_mut(fours.len());
+        for (((weights, d), low), high) in fours.iter().zip(scales).zip(low).zip(high) {
+            let mut words = [0; LANES];
             for l in 0..LANES {
-                let mut word = 0;
                 for r in 0..4 {
-                    word |= ((weights[r][n][l] * d[r] + round).to_bits() & 0xff) << (8 * r);
+                    words[l] |= ((weights[r][n][l] * d[r] + round).to_bits() & 0xff) << (8 * r);
                 }
-                out[n][l] = word;
             }
+            let (eight, rest) = words.split_at(EIGHT);
+            low.copy_from_slice(eight);
+            high.copy_from_slice(rest);
         }
     }
 }
@@ -435,51 +506,55 @@ fn in_lanes<T, const N: usize>(v: &[T]) -> &[[[T; LANES]; N]] {
     v.as_chunks().0.as_chunks().0
 }
 
+/// Adds `C` panels of columns of block b to `Q` queries from i on.
 #[inline(always)]
-fn in_lanes_mut<T, const N: usize>(v: &mut [T]) -> &mut [[[T; LANES]; N]] {
-    v.as_chunks_mut().0.as_chunks_mut().0
-}
-
-/// Adds two panels of columns of block b to `Q` queries from i on.
-#[inline(always)]
-fn sum_tile<I: Isa, const N: usize, const Q: usize>(
+fn sum_tile<I: Isa, const N: usize, const Q: usize, const C: usize>(
     isa: I,
     s: &mut WeightedSums<'_>,
     b: usize,
     (i, column): (usize, usize),
 ) {
     let (p, mr) = (isa.panel(), I::Panel::MR);
-    let mut sums = [[p.splat(0.0); 2]; Q];
+    let mut sums = [[p.splat(0.0); Q]; C];
     let (panel, lane) = (i / LANES, i % LANES);
-    let quants = in_lanes::<_, N>(s.quants).as_chunks::<{ BLOCK / 4 }>().0.iter();
+    let eights = s.quants.as_chunks::<EIGHT>().0.as_chunks::<{ BLOCK / 4 }>().0;
+    let (groups, eight) = (eights.len() / (N * LANES / EIGHT), i % EIGHT);
+    let quants = eights[i / EIGHT * groups..].iter();
     let values = s.values.bytes[b * FOURS..].as_chunks::<{ BLOCK / 4 }>().0;
     let heads = s.values.bias[b * GROUPS..].iter().zip(&s.values.largest[b * GROUPS..]);
     let units = in_lanes::<_, N>(s.units).iter();
     for ((quants, units), (values, (bias, largest))) in quants.zip(units).zip(values.iter().zip(heads)) {
-        let start = [load_ints(p, &bias[column..]), load_ints(p, &bias[column + mr..])];
-        let mut ints = [start; Q];
-        for (quants, bytes) in quants.iter().zip(values) {
-            let quants: &[u32; Q] = quants[panel][lane..].first_chunk().expect("a multiple of Q");
-            let c = [load_bytes(p, &bytes[4 * column..]), load_bytes(p, &bytes[4 * (column + mr)..])];
-            for q in 0..Q {
-                let u = quants[q].to_le_bytes();
-                ints[q] = [p.dot_biased(ints[q][0], c[0], u), p.dot_biased(ints[q][1], c[1], u)];
+        let mut ints = [[p.zeros(); Q]; C];
+        for c in 0..C {
+            ints[c] = [load_ints(p, &bias[column + c * mr..]); Q];
+        }
+        for (quants, bytes) in quants.iter().zip(values).take(rolled::<I>(BLOCK / 4)) {
+            let quants: &[u32; Q] = quants[eight..].first_chunk().expect("a part of eight");
+            let u = quants.map(u32::to_le_bytes);
+            for c in 0..C {
+                let columns = load_bytes(p, &bytes[4 * (column + c * mr)..]);
+                ints[c] = p.dot_biased_each(ints[c], columns, u);
             }
         }
         for q in 0..Q {
             let unit = p.splat(units[panel][lane + q] * largest);
-            sums[q] = [
-                p.fma(p.floats(ints[q][0]), unit, sums[q][0]),
-                p.fma(p.floats(ints[q][1]), unit, sums[q][1]),
-            ];
+            for c in 0..C {
+                sums[c][q] = p.fma(p.floats(ints[c][q]), unit, sums[c][q]);
+            }
         }
     }
-    for (q, acc) in s.acc.chunks_exact_mut(s.dim).skip(i).take(Q).enumerate() {
-        for (half, sum) in sums[q].into_iter().enumerate() {
-            let acc = &mut acc[32 * b + column + half * mr..];
+    let mut at = i * s.dim + 32 * b + column;
+    for q in 0..Q {
+        if at >= s.acc.len() {
+            break; // lanes after the last query
+        }
+        for c in 0..C {
+            let acc = &mut s.acc[at + c * mr..];
+            let sum = sums[c][q];
             let sum = if s.fresh { sum } else { p.fma(load(p, acc), p.splat(1.0), sum) };
             store(p, sum, acc);
         }
+        at += s.dim;
     }
 }
 
