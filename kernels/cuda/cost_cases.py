@@ -61,7 +61,7 @@ def hits_needed(card, records, gb_s):
     return next((h for h in range(100) if rate_in_ram(card, records, h / 100, gb_s) >= GOAL_IN_RAM), None)
 
 
-# Prefill. Batches as the program takes them far inside a prompt: --batch 512 (the default) and 2,048, doubled.
+# Prefill. Batches as the program takes them far inside a prompt: --batch 512 and 2,048 (the default where all experts fit), doubled.
 BATCHES = [1024, 4096]
 DEPTH = 32_768
 GOAL_PREFILL = 15_000

@@ -63,7 +63,9 @@ enum CliCommand {
     #[command(mut_arg("file", |arg| arg.help("Read the text from a file")))]
     Perplexity(perplexity::PerplexityArgs),
     /// Compute an importance matrix from a text, for `convert --imatrix`
-    #[command(mut_arg("batch", |arg| arg.default_value("2048")))]
+    #[command(mut_arg("batch", |arg| {
+        arg.default_value("2048").help("Tokens of the text processed per step; larger is faster and uses more memory")
+    }))]
     Imatrix(imatrix::ImatrixArgs),
     /// Measure the accuracy of answers to questions about texts of given lengths
     Eval(eval::EvalArgs),

@@ -20,7 +20,8 @@ use std::fmt;
 
 /// GPU memory reserved for the driver: its context, compiled kernels, fragmentation.
 const RESERVE: u64 = 512 << 20;
-/// Maximum memory left for snapshots if not all experts fit; at most an eighth of the memory for experts.
+/// Memory left for snapshots beside a larger default batch, and at most if not all experts fit: then at most an eighth of the
+/// memory for experts.
 const KEPT: u64 = 1 << 30;
 /// The planned context in tokens if none is given.
 const USUAL_CONTEXT: u64 = 131_072;
@@ -101,7 +102,7 @@ pub struct Placement {
 
 impl Requirements {
     /// Computes the requirements of a model file for the given context and batch.
-    pub fn of(file: &Gguf, c: &Config, params: &LoadParams) -> Requirements {
+    fn of(file: &Gguf, c: &Config, params: &LoadParams) -> Requirements {
         let context = params.context.unwrap_or(USUAL_CONTEXT).min(c.context);
         let (staging_stacks, experts) = (None, Vec::new());
         let experts_per_layer = c.moe.experts as u64;
@@ -185,7 +186,7 @@ fn workspace(c: &Config, batch: u64, context: u64) -> u64 {
 
 impl Placement {
     /// Plans a model file for `gpu` free bytes of GPU memory, and `memory` bytes of RAM if known. Unless a batch is given,
-    /// it is [`GPU_BATCH`] if all experts fit beside its workspace, else [`DEFAULT_BATCH`].
+    /// it is [`GPU_BATCH`] if all experts fit beside its workspace and leave room for snapshots, else [`DEFAULT_BATCH`].
     pub fn of(
         file: &Gguf,
         c: &Config,
@@ -199,16 +200,12 @@ impl Placement {
             Placement::plan(requirements, gpu, memory, policy)
         };
         let large = params.batch.is_none().then(|| plan(Some(GPU_BATCH)));
-        large.filter(|plan| plan.shortfall == 0 && plan.ram == 0).unwrap_or_else(|| plan(params.batch))
+        let fits = |plan: &Placement| plan.ram == 0 && plan.gpu.saturating_add(KEPT) <= gpu;
+        large.filter(fits).unwrap_or_else(|| plan(params.batch))
     }
 
     /// Plans for `gpu` free bytes of GPU memory, and `memory` bytes of RAM if known.
-    pub fn plan(
-        requirements: Requirements,
-        gpu: u64,
-        memory: Option<u64>,
-        policy: ExpertPlacement,
-    ) -> Placement {
+    fn plan(requirements: Requirements, gpu: u64, memory: Option<u64>, policy: ExpertPlacement) -> Placement {
         let (base, all) = (requirements.without_experts(), requirements.experts.len());
         let budget = gpu.saturating_sub(base);
         let staging_stacks = requirements.staging_stacks.map(staging_bytes).filter(|bytes| *bytes <= budget);
@@ -399,7 +396,7 @@ mod tests {
         let c = Config::from_gguf(&file).unwrap();
         let all =
             Requirements::of(&file, &c, &LoadParams { batch: Some(2048), ..params(4096, CacheFormat::F16) });
-        let need = all.without_experts() + all.experts.iter().sum::<u64>();
+        let need = all.without_experts() + all.experts.iter().sum::<u64>() + KEPT;
         let plan = |gpu, batch| {
             let params = LoadParams { batch, ..params(4096, CacheFormat::F16) };
             Placement::of(&file, &c, &params, gpu, None, ExpertPlacement::Cached(usize::MAX))
