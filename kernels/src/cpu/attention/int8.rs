@@ -210,17 +210,18 @@ fn score_panel<I: Isa>(isa: I, s: &mut Int8Scores<'_>, lane: usize) {
     let groups = s.scores.chunks_mut(BLOCK * lanes).zip(s.keys.bytes.chunks_exact(blocks));
     for ((scores, keys), scales) in groups.zip(s.keys.scales.chunks_exact(blocks)) {
         for (i, scores) in scores.chunks_mut(TILE_ROWS * lanes).enumerate() {
-            score_tile(isa, s.queries, (keys, scales, i * TILE_ROWS), (scores, lane));
+            score_tile(isa, s.queries, (keys, scales), i * TILE_ROWS, (scores, lane));
         }
     }
 }
 
-/// The scores of a panel with [`TILE_ROWS`] rows of a group, of which those that have scores are written.
+/// The scores of a panel with [`TILE_ROWS`] rows of a group from `first` on, of which those that have scores are written.
 #[inline(always)]
 fn score_tile<I: Isa>(
     isa: I,
     queries: QueryPanels<'_>,
-    (keys, key_scales, first): (&[[[u8; 32]; BLOCK]], &[[f32; BLOCK]], usize),
+    (keys, key_scales): (&[[[u8; 32]; BLOCK]], &[[f32; BLOCK]]),
+    first: usize,
     (scores, lane): (&mut [f32], usize),
 ) {
     let (p, mr, lanes) = (isa.panel(), I::Panel::MR, queries.lanes());
@@ -525,15 +526,15 @@ fn sum_tile<I: Isa, const N: usize, const Q: usize, const C: usize>(
     let units = in_lanes::<_, N>(s.units).iter();
     for ((quants, units), (values, (bias, largest))) in quants.zip(units).zip(values.iter().zip(heads)) {
         let mut ints = [[p.zeros(); Q]; C];
-        for c in 0..C {
-            ints[c] = [load_ints(p, &bias[column + c * mr..]); Q];
+        for (c, ints) in ints.iter_mut().enumerate() {
+            *ints = [load_ints(p, &bias[column + c * mr..]); Q];
         }
         for (quants, bytes) in quants.iter().zip(values).take(rolled::<I>(BLOCK / 4)) {
             let quants: &[u32; Q] = quants[eight..].first_chunk().expect("a part of eight");
             let u = quants.map(u32::to_le_bytes);
-            for c in 0..C {
+            for (c, ints) in ints.iter_mut().enumerate() {
                 let columns = load_bytes(p, &bytes[4 * (column + c * mr)..]);
-                ints[c] = p.dot_biased_each(ints[c], columns, u);
+                *ints = p.dot_biased_each(*ints, columns, u);
             }
         }
         for q in 0..Q {
@@ -548,9 +549,9 @@ fn sum_tile<I: Isa, const N: usize, const Q: usize, const C: usize>(
         if at >= s.acc.len() {
             break; // lanes after the last query
         }
-        for c in 0..C {
+        for (c, sums) in sums.iter().enumerate() {
             let acc = &mut s.acc[at + c * mr..];
-            let sum = sums[c][q];
+            let sum = sums[q];
             let sum = if s.fresh { sum } else { p.fma(load(p, acc), p.splat(1.0), sum) };
             store(p, sum, acc);
         }
