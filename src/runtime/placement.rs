@@ -394,16 +394,19 @@ mod tests {
         let (name, shape) = ("blk.1.ffn_up_exps.weight".to_owned(), vec![2304, 1024, 256]);
         file.tensors.push(TensorInfo { name, format: Format::Q4_K, shape, bytes: 0, offset: 0, file: 0 });
         let c = Config::from_gguf(&file).unwrap();
-        let all =
-            Requirements::of(&file, &c, &LoadParams { batch: Some(2048), ..params(4096, CacheFormat::F16) });
-        let need = all.without_experts() + all.experts.iter().sum::<u64>() + KEPT;
+        let whole = |batch| {
+            let params = LoadParams { batch: Some(batch), ..params(4096, CacheFormat::F16) };
+            let requirements = Requirements::of(&file, &c, &params);
+            requirements.without_experts() + requirements.experts.iter().sum::<u64>()
+        };
+        let (need, smaller) = (whole(2048) + KEPT, whole(512));
         let plan = |gpu, batch| {
             let params = LoadParams { batch, ..params(4096, CacheFormat::F16) };
             Placement::of(&file, &c, &params, gpu, None, ExpertPlacement::Cached(usize::MAX))
         };
         let found = |gpu, batch| (plan(gpu, batch).requirements.batch, plan(gpu, batch).ram > 0);
         assert_eq!([found(need, None), found(need - 1, None)], [(2048, false), (512, false)]);
-        assert_eq!([found(need / 2, None), found(need, Some(100))], [(512, true), (100, false)]);
+        assert_eq!([found(smaller - 1, None), found(need, Some(100))], [(512, true), (100, false)]);
     }
 
     /// All combinations of GPU and RAM sizes, in GiB.
