@@ -71,8 +71,8 @@ pub struct ServeArgs {
     /// Default maximum tokens of a reply
     #[arg(short = 'n', long, value_name = "N", default_value_t = 4096)]
     max_tokens: usize,
-    /// Maximum seconds per request (0: no limit)
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    /// Maximum seconds per request, from its arrival to the end of its reply (0: no limit)
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     timeout: u64,
     /// Maximum size of a request body in MiB
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=4096))]
