@@ -11,13 +11,15 @@ use super::activation::Q8x32;
 use super::block::{Block, Tile};
 use crate::matmul::block_dot::{BlockDot, SignedDot, SignedPanel};
 use crate::matmul::matrix32;
-use crate::simd::{Isa, Panel8, PanelSimd};
+use crate::simd::{Isa, Panel8, PanelSimd, add_scaled_dots};
 use std::ops::Range;
 
 /// A format of blocks of 32 weights.
 pub(crate) trait Block32: Block<X = Q8x32> {
     /// True if quants are signed; unsigned ones have the offset `ZERO`.
     const SIGNED: bool;
+    /// The largest unsigned quant, at most 128.
+    const MOST: u8 = 128;
     /// The offset of unsigned quants.
     const ZERO: i32 = 0;
     /// True if blocks have a minimum.
@@ -122,16 +124,15 @@ impl<B: Block32> BlockDot<B> for Block32Dot {
                 sums[t] = simd.splat_int(-zero * x[t].sum());
             }
         }
-        for i in 0..8 {
-            for t in 0..T {
-                let x = x[t].q.as_chunks().0[i];
-                sums[t] = if B::SIGNED {
-                    simd.dot_signed(sums[t], w.quants[i], x)
-                } else {
-                    simd.dot(sums[t], w.quants[i], x)
-                };
-            }
+        let (mut fours, one) = ([[].as_slice(); T], simd.splat_int(1));
+        for t in 0..T {
+            fours[t] = x[t].q.as_chunks().0;
         }
+        sums = if B::SIGNED {
+            add_scaled_dots::<P, T, true>(simd, sums, &w.quants, fours, one)
+        } else {
+            simd.add_scaled_dots(sums, &w.quants, B::MOST, fours, one)
+        };
         for t in 0..T {
             let d = simd.splat(x[t].d());
             y[t] = simd.fma(simd.mul(w.d_and_min[0], d), simd.floats(sums[t]), y[t]);

@@ -92,6 +92,7 @@ impl Block for Q5_1 {
 
 impl Block32 for Q5_1 {
     const SIGNED: bool = false;
+    const MOST: u8 = 31;
     const MINIMUM: bool = true;
 
     #[inline(always)]

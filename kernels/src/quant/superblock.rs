@@ -12,7 +12,7 @@ use super::activation::Q8x256;
 use super::block::{Block, Tile};
 use crate::matmul::block_dot::{BlockDot, MatrixDot};
 use crate::matmul::matrix;
-use crate::simd::{Isa, MatrixSimd, MatrixTokens, PanelSimd, PanelSums};
+use crate::simd::{Isa, MatrixSimd, MatrixTokens, PanelSimd, PanelSums, add_scaled_dots};
 use std::mem::offset_of;
 use std::ops::Range;
 
@@ -32,6 +32,8 @@ pub(crate) trait SuperBlock: Block<X = Q8x256> {
     const SUBS: usize;
     /// How negative weights are represented.
     const OFFSET: Offset;
+    /// The largest quant of a decoded panel, at most 128; unused with [`Offset::Signed`].
+    const MOST: u8;
     /// The unit of d, a power of two.
     const UNIT: f32 = 1.0;
     /// Tokens from which preparing a panel for matrix registers pays, measured (kernels/benches/NOTES.md).
@@ -119,19 +121,15 @@ impl<P: PanelSimd> SuperBlockPanel<P> {
         let mut totals = [simd.zeros(); T];
         let len = 64 / B::SUBS;
         for j in 0..B::SUBS {
-            let mut sums = [simd.zeros(); T];
-            for i in j * len..(j + 1) * len {
-                for t in 0..T {
-                    let x = x[t].q.as_flattened().as_chunks().0[i];
-                    sums[t] = match B::OFFSET {
-                        Offset::Signed => simd.dot_signed(sums[t], self.quants[i], x),
-                        _ => simd.dot(sums[t], self.quants[i], x),
-                    };
-                }
-            }
+            let columns = j * len..(j + 1) * len;
+            let (w, mut fours) = (&self.quants[columns.clone()], [[].as_slice(); T]);
             for t in 0..T {
-                totals[t] = simd.mul_add(totals[t], self.scales[j], sums[t]);
+                fours[t] = &x[t].q.as_flattened().as_chunks().0[columns.clone()];
             }
+            totals = match B::OFFSET {
+                Offset::Signed => add_scaled_dots::<P, T, true>(simd, totals, w, fours, self.scales[j]),
+                _ => simd.add_scaled_dots(totals, w, B::MOST, fours, self.scales[j]),
+            };
         }
         for t in 0..T {
             y[t] = self.finish::<B>(simd, x[t], totals[t], y[t]);

@@ -25,10 +25,15 @@ mod scalar;
 mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_lookup;
+#[cfg(target_arch = "x86_64")]
+mod x86_pairs;
+#[cfg(target_arch = "x86_64")]
+mod x86_shuffle;
 
 pub use lookup::{Fours, Indices};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
+pub(crate) use panel::add_scaled_dots;
 pub use panel::{MatrixSimd, MatrixTokens, NoMatrix, Panel8, PanelSimd, PanelSums};
 pub use scalar::Scalar;
 pub(crate) use scalar::to_int;
@@ -208,6 +213,19 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn dot(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
     /// The same for signed w.
     fn dot_signed(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
+    /// The total of each token plus `scale` (of 16 bits) times the sum of [`Isa::dot`] of all `w`, at most `most` <= 128, with
+    /// the four bytes of the token that are broadcast for each.
+    #[inline(always)]
+    fn add_scaled_dots<const T: usize>(
+        self,
+        totals: [Self::Ints; T],
+        w: &[Self::Bytes],
+        _most: u8,
+        x: [&[[u8; 4]]; T],
+        scale: Self::Ints,
+    ) -> [Self::Ints; T] {
+        add_scaled_dots::<_, T, false>(Panel8::of(self), totals, w, x, scale)
+    }
     /// Sixteen i8 scales: `s[2j]` for the first half of sub-block j, `s[2j+1]` for the second.
     fn scales_16(self, s: [u8; 16]) -> Self::Scales;
     /// Eight i8 scales, one a sub-block.

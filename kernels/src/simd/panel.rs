@@ -71,7 +71,19 @@ pub trait PanelSimd: Copy {
     fn pair(self, low: Self::Ints, high: Self::Ints) -> Self::Ints;
     /// `acc + sum of w[i] * x[i]` over a row's four bytes; w unsigned and at most 128, x signed and over -128.
     fn dot(self, acc: Self::Ints, w: Self::Bytes, x: [u8; 4]) -> Self::Ints;
-    /// The same for quants biased by [`PanelSimd::signed`].
+    /// The total of each token plus `scale` (of 16 bits) times the sum of [`PanelSimd::dot`] of all `w`, at most `most` <= 128.
+    #[inline(always)]
+    fn add_scaled_dots<const T: usize>(
+        self,
+        totals: [Self::Ints; T],
+        w: &[Self::Bytes],
+        _most: u8,
+        x: [&[[u8; 4]]; T],
+        scale: Self::Ints,
+    ) -> [Self::Ints; T] {
+        add_scaled_dots::<Self, T, false>(self, totals, w, x, scale)
+    }
+    /// The same as [`PanelSimd::dot`] for quants biased by [`PanelSimd::signed`].
     fn dot_signed(self, acc: Self::Ints, w: Self::Bytes, x: [u8; 4]) -> Self::Ints;
     /// The same for signed w in -127..=127 and x in -127..=127 plus [`PanelSimd::X_BIAS`]; the sum includes
     /// `X_BIAS * (w[0] + w[1] + w[2] + w[3])`, which callers subtract.
@@ -101,6 +113,31 @@ pub trait PanelSimd: Copy {
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// Writes the first [`PanelSimd::MR`] values.
     fn store(self, v: Self::Floats, out: &mut [f32; 16]);
+}
+
+/// [`PanelSimd::add_scaled_dots`] by one product after the other, also of quants biased by [`PanelSimd::signed`].
+#[inline(always)]
+pub(crate) fn add_scaled_dots<P: PanelSimd, const T: usize, const SIGNED: bool>(
+    simd: P,
+    mut totals: [P::Ints; T],
+    w: &[P::Bytes],
+    x: [&[[u8; 4]]; T],
+    scale: P::Ints,
+) -> [P::Ints; T] {
+    let mut sums = [simd.zeros(); T];
+    for i in 0..w.len() {
+        for t in 0..T {
+            sums[t] = if SIGNED {
+                simd.dot_signed(sums[t], w[i], x[t][i])
+            } else {
+                simd.dot(sums[t], w[i], x[t][i])
+            };
+        }
+    }
+    for t in 0..T {
+        totals[t] = simd.mul_add(totals[t], scale, sums[t]);
+    }
+    totals
 }
 
 /// Sums of a panel's sixteen rows for up to sixteen tokens, `[tokens][rows]`; those after the last token are kept.
@@ -271,6 +308,17 @@ impl<I: Isa> PanelSimd for Panel8<I> {
     #[inline(always)]
     fn dot(self, acc: I::Ints, w: I::Bytes, x: [u8; 4]) -> I::Ints {
         self.0.dot(acc, w, self.0.broadcast_u32(x))
+    }
+    #[inline(always)]
+    fn add_scaled_dots<const T: usize>(
+        self,
+        totals: [I::Ints; T],
+        w: &[I::Bytes],
+        most: u8,
+        x: [&[[u8; 4]]; T],
+        scale: I::Ints,
+    ) -> [I::Ints; T] {
+        self.0.add_scaled_dots(totals, w, most, x, scale)
     }
     #[inline(always)]
     fn dot_signed(self, acc: I::Ints, w: I::Bytes, x: [u8; 4]) -> I::Ints {
