@@ -1,8 +1,8 @@
 """Measures prefix caching of a long file, on `kimi serve` and then on llama.cpp's server (the wheel xllamacpp) with the same
 model: a first question, a second one in the same process, a third one after a restart. llama.cpp saves and restores its slot.
 
-usage: reread.py KIMI MODEL [--words 120000] [--reply 8] [--batch 512] [--kimi-only]
-       (MODEL with a tokenizer; its weights may be random; --batch is of `kimi`)
+usage: reread.py KIMI MODEL [--words 120000] [--reply 8] [--batch N] [--kimi-only]
+       (MODEL with a tokenizer; its weights may be random; --batch is passed to `kimi serve`)
 
 `new` is the number of tokens after the file, `read` the number of prefilled tokens, `first s` the time from the question to
 the first token. `kimi` must prefill no more than the new tokens. The times of a restart are from the start of the process
@@ -78,17 +78,18 @@ def measure(name, start, args, text, save, restore, directory):
 def main():
     p = argparse.ArgumentParser(usage=__doc__)
     p.add_argument("kimi"), p.add_argument("model")
-    for name, default in [("words", 120_000), ("reply", 8), ("threads", 2), ("batch", 512)]:
+    for name, default in [("words", 120_000), ("reply", 8), ("threads", 2), ("batch", None)]:
         p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--kimi-only", action="store_true")
     args = p.parse_args()
     args.kimi, args.model = map(os.path.abspath, [args.kimi, args.model])
     load.CONTEXT = args.words + args.words // 4 + 1024
+    batch = ["--batch", str(args.batch)] if args.batch else []
     text = " ".join(random.Random(1).choices(load.WORDS, k=args.words))
     print(f"{'server':<10} {'question':<14} {'tokens':>7} {'new':>5} {'read':>7} {'first s':>8}  {'reading s':>9}")
     with tempfile.TemporaryDirectory() as directory:
         start = lambda: load.Server(args.kimi, "serve", "-m", args.model, "--port", "0", "--ctx", str(load.CONTEXT), "--threads",
-                                    str(args.threads), "--batch", str(args.batch), "--cache-dir", directory + "/kimi")
+                                    str(args.threads), *batch, "--cache-dir", directory + "/kimi")
         measure("kimi", start, args, text, lambda server: None, lambda server: None, directory + "/kimi")
         if args.kimi_only:
             return

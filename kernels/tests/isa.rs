@@ -268,7 +268,7 @@ fn every_level_gives_the_bits_of_the_plain_loops() {
 /// Adds scaled products of eight vectors with four tokens.
 struct ScaledDots<'a> {
     w: &'a [[u8; 32]; 8],
-    most: u8,
+    max_quant: u8,
     x: &'a [[[u8; 4]; 8]; 4],
     scale: i32,
 }
@@ -284,7 +284,7 @@ impl Kernel for ScaledDots<'_> {
         }
         let [a, b, c, d] = self.x;
         let start = [isa.splat_int(0), isa.splat_int(1), isa.splat_int(-1), isa.splat_int(1 << 20)];
-        let totals = isa.add_scaled_dots(start, &w, self.most, [a, b, c, d], isa.splat_int(self.scale));
+        let totals = isa.add_scaled_dots(start, &w, self.max_quant, [a, b, c, d], isa.splat_int(self.scale));
         let mut out = [[0; 8]; 4];
         for (total, out) in totals.into_iter().zip(&mut out) {
             isa.store_ints(total, out);
@@ -297,14 +297,15 @@ impl Kernel for ScaledDots<'_> {
 #[test]
 fn scaled_dots_of_the_largest_quants_are_exact() {
     let mut random = Random::new(2);
-    for (most, i) in
-        [1, 3, 7, 15, 18, 31, 63, 128].into_iter().flat_map(|most| (0..60).map(move |i| (most, i)))
+    for (max_quant, i) in
+        [1, 3, 7, 15, 18, 31, 63, 128].into_iter().flat_map(|max_quant| (0..60).map(move |i| (max_quant, i)))
     {
         let x = [[127; 4]; 8];
-        let (mut w, mut x) = ([[most; 32]; 8], [x, x.map(|four| four.map(|x: u8| x.wrapping_neg())), x, x]);
+        let (mut w, mut x) =
+            ([[max_quant; 32]; 8], [x, x.map(|four| four.map(|x: u8| x.wrapping_neg())), x, x]);
         x[2][i % 8] = [129; 4];
         if i >= 8 {
-            w.as_flattened_mut().iter_mut().for_each(|w| *w = random.below(most as usize + 1) as u8);
+            w.as_flattened_mut().iter_mut().for_each(|w| *w = random.below(max_quant as usize + 1) as u8);
             let quants = x.as_flattened_mut().as_flattened_mut();
             quants.iter_mut().for_each(|x| *x = (random.below(255) as i32 - 127) as u8);
         }
@@ -318,8 +319,8 @@ fn scaled_dots_of_the_largest_quants_are_exact() {
         let expected: [[i32; 8]; 4] =
             std::array::from_fn(|t| std::array::from_fn(|l| start[t] + scale * sum(t, l)));
         for level in SimdLevel::available() {
-            let found = level.run(ScaledDots { w: &w, most, x: &x, scale });
-            assert_eq!(found, expected, "quants of at most {most} at {}", level.name());
+            let found = level.run(ScaledDots { w: &w, max_quant, x: &x, scale });
+            assert_eq!(found, expected, "quants of at most {max_quant} at {}", level.name());
         }
     }
 }

@@ -19,7 +19,7 @@ pub(crate) trait Block32: Block<X = Q8x32> {
     /// True if quants are signed; unsigned ones have the offset `ZERO`.
     const SIGNED: bool;
     /// The largest unsigned quant, at most 128.
-    const MOST: u8 = 128;
+    const MAX_QUANT: u8 = 128;
     /// The offset of unsigned quants.
     const ZERO: i32 = 0;
     /// True if blocks have a minimum.
@@ -131,7 +131,7 @@ impl<B: Block32> BlockDot<B> for Block32Dot {
         sums = if B::SIGNED {
             add_scaled_dots::<P, T, true>(simd, sums, &w.quants, fours, one)
         } else {
-            simd.add_scaled_dots(sums, &w.quants, B::MOST, fours, one)
+            simd.add_scaled_dots(sums, &w.quants, B::MAX_QUANT, fours, one)
         };
         for t in 0..T {
             let d = simd.splat(x[t].d());

@@ -90,7 +90,7 @@ fn biased_quants<I: Isa, B: GridBlock>(isa: I, block: &B, unpacked: &B::Unpacked
 impl<B: GridBlock> SuperBlock for B {
     const SUBS: usize = B::SUBS;
     const OFFSET: Offset = Offset::Zero(B::ENTRIES.bias() as i32);
-    const MOST: u8 = 2 * B::ENTRIES.bias();
+    const MAX_QUANT: u8 = 2 * B::ENTRIES.bias();
     const UNIT: f32 = B::UNIT;
     const MATRIX_TOKENS: usize = B::MATRIX_TOKENS;
 

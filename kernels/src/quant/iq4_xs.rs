@@ -112,7 +112,6 @@ impl Block for Iq4Xs {
 impl SuperBlock for Iq4Xs {
     const SUBS: usize = 8;
     const OFFSET: Offset = Offset::Signed;
-    const MOST: u8 = 128;
 
     #[inline(always)]
     fn decode_panel<I: Isa>(isa: I, rows: &[&Iq4Xs; 16], out: &mut SuperBlockPanel<I::Panel>) {

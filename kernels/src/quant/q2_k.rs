@@ -172,7 +172,7 @@ impl Block for Q2K {
 impl SuperBlock for Q2K {
     const SUBS: usize = 16;
     const OFFSET: Offset = Offset::Minima;
-    const MOST: u8 = 3;
+    const MAX_QUANT: u8 = 3;
 
     #[inline(always)]
     fn decode_panel<I: Isa>(isa: I, rows: &[&Q2K; 16], out: &mut SuperBlockPanel<I::Panel>) {

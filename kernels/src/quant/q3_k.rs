@@ -175,7 +175,7 @@ impl Block for Q3K {
 impl SuperBlock for Q3K {
     const SUBS: usize = 16;
     const OFFSET: Offset = Offset::Zero(4);
-    const MOST: u8 = 7;
+    const MAX_QUANT: u8 = 7;
 
     #[inline(always)]
     fn decode_panel<I: Isa>(isa: I, rows: &[&Q3K; 16], out: &mut SuperBlockPanel<I::Panel>) {

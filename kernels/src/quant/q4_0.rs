@@ -80,7 +80,7 @@ impl Block for Q4_0 {
 
 impl Block32 for Q4_0 {
     const SIGNED: bool = false;
-    const MOST: u8 = 15;
+    const MAX_QUANT: u8 = 15;
     const ZERO: i32 = 8;
 
     #[inline(always)]

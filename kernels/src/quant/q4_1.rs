@@ -89,7 +89,7 @@ impl Block for Q4_1 {
 
 impl Block32 for Q4_1 {
     const SIGNED: bool = false;
-    const MOST: u8 = 15;
+    const MAX_QUANT: u8 = 15;
     const MINIMUM: bool = true;
 
     #[inline(always)]

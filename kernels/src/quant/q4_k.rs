@@ -94,7 +94,7 @@ impl Block for Q4K {
 impl SuperBlock for Q4K {
     const SUBS: usize = 8;
     const OFFSET: Offset = Offset::Minima;
-    const MOST: u8 = 15;
+    const MAX_QUANT: u8 = 15;
 
     #[inline(always)]
     fn decode_panel<I: Isa>(isa: I, rows: &[&Q4K; 16], out: &mut SuperBlockPanel<I::Panel>) {

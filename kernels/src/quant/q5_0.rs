@@ -87,7 +87,7 @@ impl Block for Q5_0 {
 
 impl Block32 for Q5_0 {
     const SIGNED: bool = false;
-    const MOST: u8 = 31;
+    const MAX_QUANT: u8 = 31;
     const ZERO: i32 = 16;
 
     #[inline(always)]

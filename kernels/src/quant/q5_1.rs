@@ -92,7 +92,7 @@ impl Block for Q5_1 {
 
 impl Block32 for Q5_1 {
     const SIGNED: bool = false;
-    const MOST: u8 = 31;
+    const MAX_QUANT: u8 = 31;
     const MINIMUM: bool = true;
 
     #[inline(always)]

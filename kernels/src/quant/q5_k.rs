@@ -108,7 +108,7 @@ impl Block for Q5K {
 impl SuperBlock for Q5K {
     const SUBS: usize = 8;
     const OFFSET: Offset = Offset::Minima;
-    const MOST: u8 = 31;
+    const MAX_QUANT: u8 = 31;
 
     #[inline(always)]
     fn decode_panel<I: Isa>(isa: I, rows: &[&Q5K; 16], out: &mut SuperBlockPanel<I::Panel>) {

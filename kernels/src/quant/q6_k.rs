@@ -134,7 +134,7 @@ impl Block for Q6K {
 impl SuperBlock for Q6K {
     const SUBS: usize = 16;
     const OFFSET: Offset = Offset::Zero(32);
-    const MOST: u8 = 63;
+    const MAX_QUANT: u8 = 63;
 
     #[inline(always)]
     fn decode_panel<I: Isa>(isa: I, rows: &[&Q6K; 16], out: &mut SuperBlockPanel<I::Panel>) {

@@ -32,8 +32,8 @@ pub(crate) trait SuperBlock: Block<X = Q8x256> {
     const SUBS: usize;
     /// How negative weights are represented.
     const OFFSET: Offset;
-    /// The largest quant of a decoded panel, at most 128; unused with [`Offset::Signed`].
-    const MOST: u8;
+    /// The largest unsigned quant of a decoded panel, at most 128.
+    const MAX_QUANT: u8 = 128;
     /// The unit of d, a power of two.
     const UNIT: f32 = 1.0;
     /// Tokens from which preparing a panel for matrix registers pays, measured (kernels/benches/NOTES.md).
@@ -128,7 +128,7 @@ impl<P: PanelSimd> SuperBlockPanel<P> {
             }
             totals = match B::OFFSET {
                 Offset::Signed => add_scaled_dots::<P, T, true>(simd, totals, w, fours, self.scales[j]),
-                _ => simd.add_scaled_dots(totals, w, B::MOST, fours, self.scales[j]),
+                _ => simd.add_scaled_dots(totals, w, B::MAX_QUANT, fours, self.scales[j]),
             };
         }
         for t in 0..T {

@@ -213,14 +213,14 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn dot(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
     /// The same for signed w.
     fn dot_signed(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
-    /// The total of each token plus `scale` (of 16 bits) times the sum of [`Isa::dot`] of all `w`, at most `most` <= 128, with
-    /// the four bytes of the token that are broadcast for each.
+    /// `totals[t] + scale * sum` for each token t, where the sum adds [`Isa::dot`] of `w[i]` and the broadcast `x[t][i]` over all i;
+    /// w at most `max_quant`, which is at most 128, and the scale in 16 bits.
     #[inline(always)]
     fn add_scaled_dots<const T: usize>(
         self,
         totals: [Self::Ints; T],
         w: &[Self::Bytes],
-        _most: u8,
+        _max_quant: u8,
         x: [&[[u8; 4]]; T],
         scale: Self::Ints,
     ) -> [Self::Ints; T] {

@@ -71,13 +71,14 @@ pub trait PanelSimd: Copy {
     fn pair(self, low: Self::Ints, high: Self::Ints) -> Self::Ints;
     /// `acc + sum of w[i] * x[i]` over a row's four bytes; w unsigned and at most 128, x signed and over -128.
     fn dot(self, acc: Self::Ints, w: Self::Bytes, x: [u8; 4]) -> Self::Ints;
-    /// The total of each token plus `scale` (of 16 bits) times the sum of [`PanelSimd::dot`] of all `w`, at most `most` <= 128.
+    /// `totals[t] + scale * sum` for each token t, where the sum adds [`PanelSimd::dot`] of `w[i]` and `x[t][i]` over all i; w at
+    /// most `max_quant`, which is at most 128, and the scale in 16 bits.
     #[inline(always)]
     fn add_scaled_dots<const T: usize>(
         self,
         totals: [Self::Ints; T],
         w: &[Self::Bytes],
-        _most: u8,
+        _max_quant: u8,
         x: [&[[u8; 4]]; T],
         scale: Self::Ints,
     ) -> [Self::Ints; T] {
@@ -314,11 +315,11 @@ impl<I: Isa> PanelSimd for Panel8<I> {
         self,
         totals: [I::Ints; T],
         w: &[I::Bytes],
-        most: u8,
+        max_quant: u8,
         x: [&[[u8; 4]]; T],
         scale: I::Ints,
     ) -> [I::Ints; T] {
-        self.0.add_scaled_dots(totals, w, most, x, scale)
+        self.0.add_scaled_dots(totals, w, max_quant, x, scale)
     }
     #[inline(always)]
     fn dot_signed(self, acc: I::Ints, w: I::Bytes, x: [u8; 4]) -> I::Ints {

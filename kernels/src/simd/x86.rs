@@ -519,11 +519,11 @@ where
         self,
         totals: [__m256i; T],
         w: &[__m256i],
-        most: u8,
+        max_quant: u8,
         x: [&[[u8; 4]]; T],
         scale: __m256i,
     ) -> [__m256i; T] {
-        x86_pairs::add_scaled_dots(self, totals, w, most, x, scale)
+        x86_pairs::add_scaled_dots(self, totals, w, max_quant, x, scale)
     }
     #[inline(always)]
     fn scales_16(self, s: [u8; 16]) -> __m256i {

@@ -12,7 +12,7 @@ pub(super) fn add_scaled_dots<const VNNI: bool, const T: usize>(
     isa: X86<VNNI>,
     mut totals: [__m256i; T],
     w: &[__m256i],
-    most: u8,
+    max_quant: u8,
     x: [&[[u8; 4]]; T],
     scale: __m256i,
 ) -> [__m256i; T]
@@ -20,7 +20,7 @@ where
     X86<VNNI>: NativePanel,
 {
     // The sums of pairs that fit 16 bits: 1 for quants of at most 128, 8 for those of at most 15.
-    let fitting = i16::MAX as usize / (2 * 127 * most as usize);
+    let fitting = i16::MAX as usize / (2 * 127 * max_quant as usize);
     let scales = isa.pair(scale, scale);
     let mut first = 0;
     while first < w.len() {
